@@ -91,6 +91,14 @@ def test_equal_rows_of_great_size_are_solved_in_float64():
         replace(joint, turned=joint.turned * 1e12).shifted(1.0)
 
 
+def test_a_large_layer_with_gradients_of_its_own_rows_is_solved_at_once(monkeypatch):
+    layer, solver = layer_with_rows(), LayerChita(gradient_weight=0.6)
+    find = partial(solved, solver, layer, layer.weight, [Largest(200)])
+    whole = find()[0]
+    monkeypatch.setattr("vlp_plugins.methods.reconstruction.layer._ELEMENTS", 64)
+    assert all(map(torch.equal, find()[0], whole))
+
+
 @pytest.mark.parametrize("share", [0.5, 0.7])
 def test_the_joint_problem_is_solved_better_than_by_what_knows_one_term(share):
     layer = layer_with_rows()

@@ -63,6 +63,17 @@ def test_the_refit_is_the_least_squares_on_its_support():
         torch.testing.assert_close(found[kept].double(), exact, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["alps", "alps+", "refit"])
+def test_a_large_layer_is_solved_some_rows_at_a_time(name, monkeypatch):
+    layer = drawn_layer(4)
+    whole = solved(name, layer, Largest(layer.weight.numel() // 2))
+    monkeypatch.setattr(layers, "_ELEMENTS", 3 * layer.weight.shape[1])
+    parts = solved(name, layer, Largest(layer.weight.numel() // 2))
+    assert int((parts[0] != whole[0]).sum()) <= 2  # rounding
+    same = parts[0] & whole[0]
+    torch.testing.assert_close(parts[1][same], whole[1][same], atol=1e-3, rtol=1e-3)
+
+
 def test_nothing_removed_changes_nothing():
     layer = drawn_layer(3)
     for name in SOLVERS:

@@ -125,6 +125,10 @@ class Joint(Scaled):
             rows @ vectors,
         )
 
+    @property
+    def parts(self) -> list[slice]:
+        return [slice(None)]  # each row has gradients of its own
+
     def product(self, values: torch.Tensor) -> torch.Tensor:
         along = torch.bmm(self.rows, values[:, :, None])
         return torch.addcmul(torch.bmm(along.mT, self.rows)[:, 0], self.share, values @ self.gram)

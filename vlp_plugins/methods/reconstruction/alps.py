@@ -19,7 +19,6 @@ from vlp_plugins.scoring.selection import PatternSelection, Selection
 
 RHO = 0.1
 _MOST_ITERATIONS = 300
-_MOST_SOLVED = 2**24  # elements, at a time
 _EVERY = 3
 _MOST_RHO = 1e6
 _SETTLED = 3e-4
@@ -91,17 +90,15 @@ class Alps(Solver):
         """B at the end, in scaled coordinates, float32 `[out, in]`."""
         weight, target = scaled.weight, scaled.product(scaled.weight)
         kept = weight.numel() - selection.remove
-        most = max(1, _MOST_SOLVED // weight.shape[1])
         # D is what stays of `moved` = B + V / rho, and V what goes of it, times the rho of then:
         # three tensors of the layer's size in one.
         moved, support, dual = weight.clone(), selection.mask(weight.abs()), 0.0
         before, free = support, torch.empty_like(weight)
         rho, grown, solve = RHO, False, None
-        parts = [slice(at, at + most) for at in range(0, len(weight), most)]
         for iteration in range(1, _MOST_ITERATIONS + 1):
             if solve is None:
                 solve = scaled.shifted(rho)
-            for part in parts:  # Y - V + rho D
+            for part in scaled.parts:  # Y - V + rho D
                 right = torch.where(support[part], rho, -dual).mul_(moved[part])
                 free[part] = solve(right.add_(target[part]))
             moved.masked_fill_(support, 0).mul_(dual / rho).add_(free)

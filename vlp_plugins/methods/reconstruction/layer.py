@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,8 @@ from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import Selection
 from vlp_plugins.scoring.threshold import top
 from vlp_plugins.scoring.wanda import Wanda
+
+_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,17 @@ class Scaled:
     weight: torch.Tensor
     norms: torch.Tensor
 
+    @property
+    def parts(self) -> list[slice]:
+        """The rows, as many at a time as are solved for; they do not depend on each other."""
+        most = max(1, _ELEMENTS // self.weight.shape[1])
+        return [slice(at, at + most) for at in range(0, len(self.weight), most)]
+
+    def _rows(self, part: slice) -> Scaled:
+        """The layer of some outputs."""
+        norms = self.norms[part] if self.norms.ndim == 2 else self.norms
+        return replace(self, weight=self.weight[part], norms=norms)
+
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """Each row of `values` `[out, in]` times the matrix of its quadratic form."""
         return values @ self.gram
@@ -170,6 +183,13 @@ class Scaled:
         Returns:
             float32 `[out, in]`, zero outside the support.
         """
+        if len(self.parts) > 1:
+            found = torch.empty(support.shape, device=support.device)
+            for part in self.parts:
+                found[part] = self._rows(part).refitted(
+                    support[part], start[part], tolerance=tolerance, steps=steps
+                )
+            return found
         dtype = self.weight.dtype
         inside = support.to(dtype)
         target = self.product(self.weight) * inside
