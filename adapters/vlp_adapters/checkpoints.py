@@ -168,17 +168,16 @@ def fill_ties(
         UnsupportedError: if two names of one tensor have other values.
     """
     for copy, source in ties.items():
-        first, second = state.get(source), state.get(copy)
-        if first is not None and second is not None and first.shape != second.shape:
+        given = [state[name] for name in (source, copy) if name in state]
+        if len({tensor.shape for tensor in given}) > 1:
             continue  # `check_fit` names the sizes
-        if first is not None and second is not None and not torch.equal(first, second):
+        if given and not torch.equal(given[0], given[-1]):
             raise UnsupportedError(
                 f"{path}: {original(copy)} differs from {original(source)}, but they are one "
                 f"parameter in {family}: it is another model, where they were trained apart"
             )
-        shared = first if first is not None else second
-        if shared is not None:
-            state[copy] = state[source] = shared
+        if given:
+            state[copy] = state[source] = given[0]
 
 
 def check_fit(

@@ -423,9 +423,8 @@ class BlockPass:
             for path in self._blocks:
                 stack.enter_context(pausing(self._model.get_submodule(path), path))
             for path in self._others:
-                note = partial(_note_end, partial(self._release, path))
                 module = self._model.get_submodule(path)
-                stack.callback(module.register_forward_hook(note).remove)
+                stack.callback(module.register_forward_hook(partial(self._release, path)).remove)
             thread = ForwardThread(partial(without_gradients, self._model))
             stack.callback(thread.end)
             with failing_together():
@@ -477,8 +476,8 @@ class BlockPass:
         """A block that may run in this process; a collective if the model is sharded."""
         return self._gathering.of(self._model.get_submodule(block))
 
-    def _release(self, block: str) -> None:
-        """Gives back the memory of a block whose values are in a file."""
+    def _release(self, block: str, *_: object) -> None:
+        """Gives back the memory of a block whose values are in a file; also as a forward hook."""
         release(self._model.get_submodule(block).parameters())
 
 
@@ -486,11 +485,6 @@ def _note(forward: PausedForward, names: set[str], uses: set[tuple[Visit, str]],
     """A hook that notes the visit in which a module is called."""
     if forward.in_block:
         uses.update((forward.at, name) for name in names)
-
-
-def _note_end(then: Callable[[], None], *_: Any) -> None:
-    """A hook that does something where a module has run."""
-    then()
 
 
 def _note_output(

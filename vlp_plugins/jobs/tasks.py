@@ -581,13 +581,14 @@ def open_task(loaded: Loaded, request: TaskRequest) -> Task:
         VlpError: if there is no such data, it is not of the task, the model cannot do it, an option
             is not one of it, or not one task alone is possible.
     """
-    request = replace(request, task=request.task or _only_task(loaded, request))
+    task = request.task or _only_task(loaded, request)
+    request = replace(request, task=task)
     request.check()
-    if request.prompt is not None and request.task != "classification":
+    if request.prompt is not None and task != "classification":
         model, adapter, processor = loaded.model, loaded.adapter, loaded.processor
         processor = processor_for(model, adapter, processor, prompt=request.prompt)
         loaded = replace(loaded, processor=processor)
-    return TASK_CLASSES[str(request.task)](loaded, request)
+    return TASK_CLASSES[task](loaded, request)
 
 
 def _only_task(loaded: Loaded, request: TaskRequest) -> str:

@@ -49,10 +49,6 @@ class Scored:
         self._check({name: scores.sum()})
         return scores
 
-    def source(self, name: str) -> ScoreSource:
-        """`scores` of one weight as a function."""
-        return partial(self.scores, name)
-
     def _unchecked(self, name: str) -> torch.Tensor:
         return scores_of(self.scorer, self.weights[name].matrix, self.evidence[name])
 
@@ -71,6 +67,10 @@ class Scored:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self.weights.values())).device
+
+    def source(self, name: str) -> ScoreSource:
+        """`scores` of one weight as a function."""
+        return partial(self.scores, name)
 
     def _sampled(self, name: str) -> Sampled:
         weight = self.weights[name]
@@ -120,9 +120,9 @@ class Scored:
 
     def _own_cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
         """Cuts of the scores themselves."""
+        sources = {name: self.source(name) for name in self.weights}
         samples = {name: self._sampled(name) for name in self.weights}
         sums: dict[str, torch.Tensor] = {}
-        sources = {name: self.source(name) for name in self.weights}
         if self.device.type != "cpu":  # a check of each would wait for each
             sources = {name: partial(self._summed, name, sums) for name in self.weights}
         found = find_cuts(

@@ -23,7 +23,7 @@ from vlp_plugins.scoring.selection import Selection
 from vlp_plugins.scoring.threshold import top
 from vlp_plugins.scoring.wanda import Wanda
 
-_ELEMENTS = 2**24
+_ELEMENTS = 2**24  # of a layer that are solved for at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
